@@ -96,7 +96,7 @@ class HostOwners:
             raise self._error
 
     def _learn(self, address: str, found: Map) -> None:
-        """Take a map of this cluster that is newer, or lower than before for all owners.
+        """Take a map of this cluster that is newer, or another one than before for all owners.
 
         They all ask at the same intervals: when one has a lower map for the second time, all others
         have asked, too.
@@ -104,7 +104,7 @@ class HostOwners:
         known = self._map
         if not found.members or (known.members and found.cluster != known.cluster):
             return
-        if found.version >= known.version:
+        if found.version > known.version or found == known:
             self._lower.clear()
         elif address in self._lower:
             found = highest([*self._lower.values(), found])
@@ -112,7 +112,7 @@ class HostOwners:
         else:
             self._lower[address] = found
             return
-        if found.version != known.version:
+        if found != known:
             self._map = found
             for each in self._owners.values():
                 each.belong(found.cluster)

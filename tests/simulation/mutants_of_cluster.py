@@ -26,6 +26,7 @@ MEMBER = "tests.simulation.cluster.member"
 CLUSTER = "tests/simulation/test_cluster.py::"
 OWNED = "tests/unit/core/test_ownership.py::"
 CLUSTERS = "tests/unit/core/test_clusters.py::"
+ROUTES = "tests/unit/test_cluster_routing.py::"
 STRANGE = "no other Global is there before all simulated clients know the cluster"
 NO_PAGES = "the simulated strangers share no page with a host"
 RARE = "two changes of an owner within one quiet time, and a value that is held all the while, are rare"
@@ -441,8 +442,44 @@ OF_CLUSTER = (
     Mutant(
         "lower map never taken",
         ((ROUTING, "        self._go_back()\n        return now\n", "        return now\n"),),
-        "tests/unit/test_cluster_routing.py::test_a_lower_map_is_taken_when_all_members_have_one",
+        ROUTES + "test_a_lower_map_is_taken_when_all_members_have_one",
         "no simulated database is restored from a backup",
+    ),
+    Mutant(
+        "other map of the same version never taken",
+        (
+            (
+                ROUTING,
+                "        if answer != self._present:\n",
+                "        if answer.version < self._present.version:\n",
+            ),
+        ),
+        ROUTES + "test_another_map_of_the_same_version_is_taken_when_all_members_have_it",
+        "no simulated database is restored from a backup",
+    ),
+    Mutant(
+        "lower map that takes the place of one that another call has learned",
+        (
+            (
+                ROUTING,
+                "            return  # another call has learned it meanwhile\n",
+                "            pass\n",
+            ),
+        ),
+        ROUTES + "test_a_lower_map_does_not_take_the_place_of_one_that_another_call_has_learned",
+        "no simulated database is restored from a backup",
+    ),
+    Mutant(
+        "write that is made once more when its time is over",
+        (
+            (
+                ROUTING,
+                "            if parts and self.routes.map is known and now < self._deadline:\n",
+                "            if parts and self.routes.map is known:\n",
+            ),
+        ),
+        ROUTES + "test_a_write_is_not_tried_once_more_when_its_time_was_over_before",
+        "simulated clients have no short way for writes",
     ),
     # ---- messages and clients
     Mutant(

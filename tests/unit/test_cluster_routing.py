@@ -199,6 +199,36 @@ def test_a_lower_map_is_taken_when_all_members_have_one() -> None:
     assert routes.learn(thirds(9)), "a higher one takes its place again"
 
 
+def test_another_map_of_the_same_version_is_taken_when_all_members_have_it() -> None:
+    """A restored database may have come to the version that this client knows, and stay there."""
+    routes = known(9)
+    script = Script(reading(KA, routes=routes))
+    script.tried(a=Misdirected([KA]))
+    for _ in range(2):
+        assert isinstance(script.reply(a_map(9, lambda _: 1)), Ask)
+        assert routes.owner_of(KA) == A
+    assert script.reply(a_map(9, lambda _: 1)) == Try({B: [KA]}, 2 * routing.ATTEMPT_FIRST)
+
+
+def test_a_lower_map_does_not_take_the_place_of_one_that_another_call_has_learned() -> None:
+    names = tuple(f"tcp://m{n}:1" for n in range(7))
+    routes = Routes(names[:1])
+    routes.learn(Map(9, names, bytes(PARTITIONS)))
+    script = Script(reading("k", routes=routes))
+    script.reply({names[0]: Tried(["k"], Misdirected(["k"]))})
+    while isinstance(script.move, Ask):
+        script.reply(Map(3, names, bytes([1]) * PARTITIONS))
+    assert isinstance(script.move, Pause), "some have not been asked yet"
+    routes.learn(Map(10, names, bytes([2]) * PARTITIONS))
+    script.reply()
+    with pytest.raises(GlobalUnavailable):
+        while True:  # those that have been asked say no more, and the others nothing
+            owner = routes.owner_of("k")
+            assert owner == names[2]
+            tried = isinstance(script.move, Try)
+            script.reply({owner: Tried(["k"], SILENT)} if tried else SILENT, 0.1)
+
+
 def test_a_lower_map_is_taken_from_those_that_answer() -> None:
     routes = known(9)
     script = Script(reading(KA, routes=routes))

@@ -352,19 +352,24 @@ class Members:
     async def refresh(self, way: Way) -> None:
         """Ask some member for the present map; the next one if it does not answer.
 
-        If it has a lower one than is known all are asked, and the highest of these maps is taken.
+        If it has another one than is known, and no newer one, all are asked, and the highest of
+        these maps is taken.
         """
         silent = [address for address in list(self._locals) if not self.fresh(address)]
-        lower: list[Map] = []
+        known, lower = self.routes.map, list[Map]()
         for count, address in enumerate(self.routes.to_ask(silent)):
             if count >= routing.ASKED_MAX and not lower:
                 return
             found = await self._ask(Ask(address, routing.ASK_TIMEOUT), way)
             if isinstance(found, Map) and self.routes.fits(found):
-                if found.version >= self.routes.map.version:
+                if found == known or self.routes.map is not known:
                     return
                 lower.append(found)
-        if lower and self.routes.learn(routing.highest(lower), lower=True):
+        if (
+            lower
+            and self.routes.map is known
+            and self.routes.learn(routing.highest(lower), lower=True)
+        ):
             self.changed()
 
     async def everywhere(self, command: Command[T], way: Way) -> dict[str, T | Exception]:

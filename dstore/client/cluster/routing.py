@@ -16,8 +16,9 @@ All maps are those of one cluster, whose id the first one has. Where another Glo
 of a member, the member counts as silent.
 
 A map is a hint, and the one with the highest version is the newest. But a database that was
-restored from a backup counts from a lower version again. So if the known map leads nowhere, and all
-members that answer have lower ones, the highest of these takes its place.
+restored from a backup counts from a lower version again, and may have come to the same one. So if
+the known map leads nowhere, and all members that answer have others, the highest of these takes its
+place.
 """
 
 from __future__ import annotations
@@ -113,10 +114,10 @@ class Routes:
     def learn(self, found: Map, *, lower: bool = False) -> bool:
         """Take a map that a member has sent, if it is newer. Returns whether there is another now.
 
-        With ``lower`` it is taken although its version is lower.
+        With ``lower`` it is taken although its version is not higher.
         """
         newer = found.version > self.map.version
-        if not self.fits(found) or not (newer or (lower and found.version < self.map.version)):
+        if not self.fits(found) or not (newer or (lower and found != self.map)):
             return False
         self.map = found
         return True
@@ -244,7 +245,8 @@ class Call(Generic[I]):
     done: list[Tried] = field(default_factory=list)
     refusing: set[str] = field(default_factory=set)
     silent: dict[str, DstoreError] = field(default_factory=dict)
-    _lower: dict[str, Map] = field(default_factory=dict)  # what members have said since then
+    _present: Map = NO_MAP  # the one that the next ones were compared with
+    _lower: dict[str, Map] = field(default_factory=dict)  # what members have said instead
     _deadline: float = 0.0
 
     def begin(self, now: float, since: float | None = None) -> Moves[list[Tried]]:
@@ -263,11 +265,11 @@ class Call(Generic[I]):
                 now = (yield Pause(min(pause, max(0.0, self._deadline - now)))).now
                 pause = min(2 * pause, PAUSE_MAX)
         while left:
-            version = self.routes.map.version
+            known = self.routes.map
             parts, _ = self.routes.split(left, self.number_of)
             if not self.reads:
                 now = yield from self._contact(parts, now)
-            if parts and version == self.routes.map.version and now < self._deadline:
+            if parts and self.routes.map is known and now < self._deadline:
                 reply = yield Try(parts, max(0.0, min(attempt, self._deadline - now)))
                 now = reply.now
                 if self._take(reply.value, left, now):
@@ -275,11 +277,10 @@ class Call(Generic[I]):
                 attempt *= 2
             if now >= self._deadline:
                 raise self._unreached(left)
-            if version == self.routes.map.version:
+            if self.routes.map is known:
                 now = yield from self._learn(now)
-            if version != self.routes.map.version:
+            if self.routes.map is not known:
                 self.refusing.clear()
-                self._lower.clear()
             else:
                 now = (yield Pause(min(pause, max(0.0, self._deadline - now)))).now
                 pause = min(2 * pause, PAUSE_MAX)
@@ -337,18 +338,20 @@ class Call(Generic[I]):
             if count and now >= self._deadline:
                 break
             timeout = max(0.0, min(ASK_TIMEOUT, self._deadline - now))
-            version = self.routes.map.version
+            known = self.routes.map
             reply = yield Ask(address, timeout)
             now = reply.now
             self._heard(address, reply.value)
-            if self.routes.map.version != version:
+            if self.routes.map is not known:
                 return now
         self._go_back()
         return now
 
     def _go_back(self) -> None:
-        """Take the highest map that was heard, if all members that answer have lower ones."""
+        """Take the highest map that was heard, if no member that answers has the known one."""
         answering = set(self.routes.addresses).difference(self.silent)
+        if self._present is not self.routes.map:
+            return  # another call has learned it meanwhile
         if self._lower and answering <= self._lower.keys():
             self.routes.learn(highest(self._lower.values()), lower=True)
 
@@ -367,10 +370,11 @@ class Call(Generic[I]):
             raise answer
         self.silent.pop(address, None)
         self.routes.learn(answer)
-        if answer.version < self.routes.map.version:
-            self._lower[address] = answer
-        else:
+        if answer == self.routes.map or self._present is not self.routes.map:
             self._lower.clear()
+        self._present = self.routes.map
+        if answer != self._present:
+            self._lower[address] = answer
         return True
 
     def _unreached(self, left: Iterable[I]) -> GlobalUnavailable:
