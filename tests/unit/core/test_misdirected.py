@@ -251,6 +251,7 @@ def test_a_write_to_a_silent_global_ends_when_another_one_has_taken_over(name: s
     (a,) = world.joined("a")
     others = a.state.others = Others()
     call = WRITES[name](a)
+    assert until(call) <= world.now + RESEND_MOVING
     others.has_it = True
     while until(call) < a.state.lease_end:
         call.time_out()

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 from dstore.config import KEYS_PER_MESSAGE_MAX
 from dstore.core.local.membership import Entry, Membership
-from dstore.core.local.operations.exchange import RESEND_FIRST, Misdirected
+from dstore.core.local.operations.exchange import RESEND_FIRST, RESEND_MOVING, Misdirected
 from dstore.core.local.operations.fetching import PLAIN, Answer, Begun, Reading, ReadOptions
 from dstore.core.local.operations.reading import rest
 from dstore.core.local.operations.writing import (
@@ -245,6 +245,11 @@ class DirectWrite(Direct[T]):
     def __init__(self, state: LocalState, deadline: float) -> None:
         super().__init__(state, deadline)
         self.writer = state.writer
+
+    def until(self) -> float:
+        """Return when the message is sent again: soon, if what it is about may be moving."""
+        until = super().until()
+        return until if self.state.others is None else min(until, self.begun_at + RESEND_MOVING)
 
     def ready(self, now: float) -> bool:
         """Note by whom, when, and under which membership this writes. Whether it can at once."""
