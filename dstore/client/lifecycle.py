@@ -286,6 +286,8 @@ class Lifecycle(Hits):
             routes, self._members = self._members.routes, self._new_members()
             self._members.routes.learn(routes.map)
             self._inherit_index()
+        else:  # the parent may have been about to become a Node of several Globals
+            self._index = None
         self._show()
         self._hits = self._commands.hits = self._commands.misses = 0
 

@@ -9,6 +9,7 @@ LIFECYCLE = "client.lifecycle"
 CACHE = "core.local.cache"
 IN_INDEX = CORE + "test_interleavings.py::test_a_private_hit_returns_what_was_bound_during_the_call"
 INDEX_TEST = "tests/unit/test_index.py::"
+INTERRUPTED = CORE + "test_interrupted.py::"
 LOCK_FREE = "the lock-free hit is outside of the simulated core"
 NO_INTERRUPTS = "nothing comes between the steps of a simulated cache"
 
@@ -406,6 +407,53 @@ OF_HITS = (
         ),
         INDEX_TEST + "test_what_a_child_has_inherited_and_does_not_take_over_is_no_hit",
         "no simulated process forks with an index",
+    ),
+    Mutant(
+        "forked child with the index of a parent that was becoming one of several",
+        (
+            (
+                LIFECYCLE,
+                "            self._index = None\n        self._show()\n",
+                "            pass\n        self._show()\n",
+            ),
+        ),
+        INDEX_TEST + "test_a_child_has_no_index_of_a_parent_that_was_becoming_one_of_several",
+        "no simulated process forks with an index",
+    ),
+    Mutant(
+        "new dictionary of a cache whose entries have the former home",
+        ((CACHE, "        self.home = None  # Ctrl-C may come before there is another one\n", ""),),
+        INTERRUPTED + "test_what_is_stored_in_the_middle_is_no_hit_of_the_former_membership",
+        NO_INTERRUPTS,
+    ),
+    Mutant(
+        "page that is half given up when Ctrl-C comes stays so",
+        (
+            (
+                "core.local.state",
+                "            elif self.joined is not self.membership:",
+                "            elif False:",
+            ),
+        ),
+        INTERRUPTED + "test_a_page_that_was_half_given_up_is_given_up",
+        NO_INTERRUPTS,
+    ),
+    Mutant(
+        "cluster that is changed before the sessions of the former one have ended",
+        (
+            (
+                "core.local.state",
+                "        if self.page is not None:\n"
+                "            self.detach(now)\n"
+                "        elif self.joined.session or self.session:\n",
+                "        self.cluster = cluster\n"
+                "        if self.page is not None:\n"
+                "            self.detach(now)\n"
+                "        elif self.joined.session or self.session:\n",
+            ),
+        ),
+        INTERRUPTED + "test_a_change_of_the_cluster_is_made_to_its_end_before_the_next_call",
+        NO_INTERRUPTS,
     ),
     Mutant(
         "cache that is emptied and leaves its entries in the index",

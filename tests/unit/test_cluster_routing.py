@@ -333,6 +333,16 @@ def test_a_write_goes_to_a_silent_member_only_after_it_has_answered() -> None:
     assert script.reply(a_map(2, lambda _: 1)) == Try({B: [KA]}, routing.ATTEMPT_FIRST)
 
 
+def test_a_write_is_not_tried_once_more_when_its_time_was_over_before() -> None:
+    """Each attempt of a write has all of the time, and its first one may have been made already."""
+    call = writing(KA)
+    call.silent[A] = SILENT
+    with pytest.raises(GlobalUnavailable, match="it is away"):
+        next(call.begin(5.5, since=0.0))
+    moves = writing(KA).begin(5.5, since=5.0)
+    assert next(moves) == Try({A: [KA]}, routing.ATTEMPT_FIRST)
+
+
 def test_what_a_write_has_done_is_not_done_again() -> None:
     script = Script(writing(KA, "k3" if partition_of("k3") % 3 == 0 else key_of(0, "x"), KB))
     assert isinstance(script.move, Try)

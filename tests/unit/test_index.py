@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from threading import RLock
-from types import FrameType, SimpleNamespace
+from types import FrameType, ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -90,13 +90,22 @@ CHANGES: dict[str, Callable[[Cache], object]] = {
 }
 
 
-def between(step: int, do: Callable[[], object], other: Callable[[], object]) -> bool:
-    """Call ``do``, and ``other`` before a step of it. Returns whether it has as many steps."""
+def between(
+    step: int,
+    do: Callable[[], object],
+    other: Callable[[], object],
+    *modules: ModuleType,
+) -> bool:
+    """Call ``do``, and ``other`` before a step of it. Returns whether it has as many steps.
+
+    The steps are those of the cache, or those of the ``modules``.
+    """
     steps = 0
+    files = {each.__file__ for each in modules or (cache_module,)}
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
         nonlocal steps
-        if frame.f_code.co_filename != cache_module.__file__:
+        if frame.f_code.co_filename not in files:
             return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         if event == "opcode":
@@ -266,6 +275,18 @@ def test_what_a_child_has_inherited_and_does_not_take_over_is_no_hit(
     assert ("a" in node._index) is takes_over
     assert node._hit("d") is not None
     assert (node._parents, node._inherited) == ({}, {})
+
+
+def test_a_child_has_no_index_of_a_parent_that_was_becoming_one_of_several() -> None:
+    """What the parent has under a lease of its own is none of the child's."""
+    caches = Caches()
+    node = a_node(caches)
+    assert node._hit("a") is not None
+    node._locals, node._parents, node._inherited = {}, {}, {}
+    node._members, node._closed, node._home, node._cluster = None, False, "here", b""
+    node._commands = SimpleNamespace(hits=0, misses=0)
+    node._forked()
+    assert node._hit("a") is None
 
 
 def test_entries_of_a_cache_that_another_one_takes_over_have_its_home() -> None:

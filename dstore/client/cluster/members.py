@@ -224,20 +224,23 @@ class Members:
         since, keys = clock.now() if since is None else since, command.keys
         address = None if moved is not None else self._owner_to_write_to(command)
         refusing: list[str] = []
+        silent: dict[str, DstoreError] = {}
         if address is not None:
             try:
                 with self._using(address) as local:
                     return await way.run(local, command)
             except Misdirected:
                 refusing.append(address)
-            except (GlobalUnavailable, WrongServer):
-                pass  # it is not fresh any more
+                since = clock.now() if command.lasting else since  # it is a sign of the member
+            except (GlobalUnavailable, WrongServer) as error:
+                silent[address] = error.with_traceback(None)
         if command.locate is not None:
             keys = [await self._anywhere(Command(_located(command.locate)), way)]
         if not keys:
             return await self._anywhere(command, way)
         call = self._call(command, keys)
         call.refusing.update(refusing)
+        call.silent.update(silent)
         if moved is not None and moved.done and not call.reads:  # a read begins again
             left = set(moved.keys)
             call.done.append(Tried([key for key in keys if key not in left], moved.done))
@@ -286,7 +289,7 @@ class Members:
         since: float | None = None,
     ) -> list[Tried]:
         """Carry out the moves of a call, which has begun at ``since``, by default now."""
-        moves = call.begin(clock.now() if since is None else since)
+        moves = call.begin(clock.now(), since)
         reply: Reply | None = None
         while True:
             known = self.routes.map

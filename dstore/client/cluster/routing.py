@@ -231,7 +231,7 @@ class Call(Generic[I]):
     carried out any number of times, at any member. ``fresh`` says whether a member has answered
     within the last lease. ``lasting``: an attempt may take any time, and ``timeout`` counts from
     the last sign of a member. ``refusing`` are the members that have refused one of the items since
-    the present map was learned.
+    the present map was learned, and ``silent`` those that have not answered, with the reasons.
     """
 
     routes: Routes
@@ -243,17 +243,17 @@ class Call(Generic[I]):
     lasting: bool = False
     done: list[Tried] = field(default_factory=list)
     refusing: set[str] = field(default_factory=set)
-    _silent: dict[str, DstoreError] = field(default_factory=dict)  # and why
+    silent: dict[str, DstoreError] = field(default_factory=dict)
     _lower: dict[str, Map] = field(default_factory=dict)  # what members have said since then
     _deadline: float = 0.0
 
-    def begin(self, now: float) -> Moves[list[Tried]]:
-        """Carry it out. Returns the results.
+    def begin(self, now: float, since: float | None = None) -> Moves[list[Tried]]:
+        """Carry it out. Returns the results. The time has counted ``since``, by default from now.
 
         Raises GlobalUnavailable, which names member and keys, and what an attempt has raised.
         """
         left = dict.fromkeys(self.items)
-        self._deadline = now + self.timeout
+        self._deadline = (now if since is None else since) + self.timeout
         attempt, pause = ATTEMPT_FIRST, PAUSE_FIRST
         while not self.routes.known:
             now = yield from self._learn(now)
@@ -267,7 +267,7 @@ class Call(Generic[I]):
             parts, _ = self.routes.split(left, self.number_of)
             if not self.reads:
                 now = yield from self._contact(parts, now)
-            if parts and version == self.routes.map.version:
+            if parts and version == self.routes.map.version and now < self._deadline:
                 reply = yield Try(parts, max(0.0, min(attempt, self._deadline - now)))
                 now = reply.now
                 if self._take(reply.value, left, now):
@@ -300,13 +300,13 @@ class Call(Generic[I]):
                 finished, result = [item for item in items if item not in moved], result.done
                 again = True
             elif isinstance(result, (GlobalUnavailable, WrongServer)):
-                self._silent[address] = result
+                self.silent[address] = result
                 again = True
                 continue
             elif isinstance(result, BaseException):
                 failures.append(result)
                 continue
-            self._silent.pop(address, None)
+            self.silent.pop(address, None)
             if self.lasting or finished:
                 self._deadline = now + self.timeout
             if finished:
@@ -331,8 +331,8 @@ class Call(Generic[I]):
 
     def _learn(self, now: float) -> Generator[Move, Reply, float]:
         """Ask for a newer map, or for one in the place of this. Returns the time after that."""
-        for count, address in enumerate(self.routes.to_ask(self._silent, self._lower)):
-            if count and self.routes.known and (count >= ASKED_MAX or address in self._silent):
+        for count, address in enumerate(self.routes.to_ask(self.silent, self._lower)):
+            if count and self.routes.known and (count >= ASKED_MAX or address in self.silent):
                 break
             if count and now >= self._deadline:
                 break
@@ -348,7 +348,7 @@ class Call(Generic[I]):
 
     def _go_back(self) -> None:
         """Take the highest map that was heard, if all members that answer have lower ones."""
-        answering = set(self.routes.addresses).difference(self._silent)
+        answering = set(self.routes.addresses).difference(self.silent)
         if self._lower and answering <= self._lower.keys():
             self.routes.learn(highest(self._lower.values()), lower=True)
 
@@ -361,11 +361,11 @@ class Call(Generic[I]):
             answer = wrong_cluster(self.routes.cluster, answer.cluster)
         silent = isinstance(answer, GlobalUnavailable)
         if silent or (isinstance(answer, WrongServer) and self.routes.known):
-            self._silent[address] = answer  # where a member was: what it answers counts for nothing
+            self.silent[address] = answer  # where a member was: what it answers counts for nothing
             return False
         if isinstance(answer, BaseException):
             raise answer
-        self._silent.pop(address, None)
+        self.silent.pop(address, None)
         self.routes.learn(answer)
         if answer.version < self.routes.map.version:
             self._lower[address] = answer
@@ -377,14 +377,14 @@ class Call(Generic[I]):
         """Return the error for items that could not be brought to their owners in time."""
         items = list(left)
         if not self.routes.known:
-            asked = [each for each in self.routes.seeds if each in self._silent]
+            asked = [each for each in self.routes.seeds if each in self.silent]
             return self._no_answer({each: each for each in asked or self.routes.seeds})
         parts, homeless = self.routes.split(items, self.number_of)
-        silent = [address for address in parts if address in self._silent]
+        silent = [address for address in parts if address in self.silent]
         if silent:
             owners = {each: f"{each}, which has {_named(parts[each])}" for each in silent}
             return self._no_answer(
-                owners | {each: each for each in self._silent if each not in owners}
+                owners | {each: each for each in self.silent if each not in owners}
             )
         if homeless:
             return GlobalUnavailable(f"no member of the cluster has {_named(homeless)} at present")
@@ -395,7 +395,7 @@ class Call(Generic[I]):
 
     def _no_answer(self, members: Mapping[str, str]) -> GlobalUnavailable:
         """Return the error for members that did not answer: by address, how each is named."""
-        reasons = {address: _reason(self._silent.get(address)) for address in members}
+        reasons = {address: _reason(self.silent.get(address)) for address in members}
         first = next(iter(reasons.values()))
         if len(members) == 1:
             (name,) = members.values()

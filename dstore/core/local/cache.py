@@ -291,8 +291,12 @@ class Cache:
         self.size = 0
 
     def renew(self) -> dict[Key, Entry]:
-        """Remove all entries and start a new dictionary. Returns the new one."""
+        """Remove all entries and start a new dictionary. Returns the new one.
+
+        Its entries have no home before :meth:`belong_to` is called.
+        """
         self.clear()
+        self.home = None  # Ctrl-C may come before there is another one
         self.entries = {}
         return self.entries
 

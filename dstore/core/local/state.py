@@ -211,16 +211,17 @@ class LocalState(Entries):
         """Use Globals of this cluster and no others from now on. Sessions at others end."""
         if cluster == self.cluster or self.closing:
             return
-        self.cluster = cluster
         if self.page is not None:
             self.detach(now)
-        elif self.joined.session:
+        elif self.joined.session or self.session:
             self._leave_joined(now)
             self._void(now)
         writer, self.writer = self.writer, Writer()
         if writer.secret:
             self._leaving.append((writer.epoch, writer.secret, writer))
         self.former.forget()
+        # Last: if Ctrl-C comes before, all this is done once more before the next call.
+        self.cluster = cluster
 
     def _may_join(self, cluster: bytes, now: float) -> bool:
         """Whether a Global of this cluster may be joined. The first cluster is the one for good."""
@@ -258,6 +259,8 @@ class LocalState(Entries):
         else:
             if self.page is not None:
                 self._check_page(self.page, now)
+            elif self.joined is not self.membership:  # Ctrl-C came while a page was given up
+                self._void(now)
             looking = now >= self._look_at
             if looking:
                 soon = now < self._hello_at and self._hello_first == NEVER  # a page has just ended
