@@ -160,6 +160,10 @@ class Server:
     def pause(self) -> None:
         """Stop all its processes with SIGSTOP: connections stay open, and nothing is answered."""
         self._signal(signal.SIGSTOP)
+        assert self._process is not None
+        for pid in (self._process.pid, *children(self._process.pid)):
+            while not _stands_still(pid):
+                time.sleep(0.001)
 
     def resume(self) -> None:
         """Let all its processes go on."""
@@ -484,3 +488,12 @@ def new_postgres() -> Iterator[Callable[..., Postgres]]:
 def _skip_without_postgres() -> None:
     if why := missing():
         pytest.skip(why)
+
+
+def _stands_still(pid: int) -> bool:
+    """Whether a process was stopped, which may take a moment after the signal, or has ended."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return state in "TZ"

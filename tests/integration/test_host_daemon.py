@@ -39,6 +39,7 @@ from tests.integration.processes import (
     free_port,
     other_sessions,
     others_left,
+    send_signal,
 )
 from tests.integration.test_global_host import _shared as _shared
 from tests.integration.test_global_host import here as here
@@ -243,7 +244,7 @@ def test_a_stopped_owner_delays_a_deletion_by_its_lease(
         identity = page.identity
         node.set("k", 1)
         assert fetch(free_global.address, identity.session, identity.epoch, "k")
-        host.process.send_signal(signal.SIGSTOP)
+        send_signal(host.process.pid, signal.SIGSTOP)
         deletion = node.delete("k")
         assert deletion.expired == 1
         assert not is_valid(page), "no process has answered with it any more"

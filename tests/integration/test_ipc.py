@@ -18,6 +18,7 @@ import pytest
 import dstore
 from dstore.errors import AddressError
 from dstore.transport.path_lock import PathLock
+from tests.integration.processes import send_signal
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="ipc is for Unix")
 
@@ -100,7 +101,7 @@ def test_a_global_that_stands_still_and_takes_no_more_connections_keeps_its_path
 ) -> None:
     path = str(tmp_path / "g")
     with serving(f"ipc://{path}") as server:
-        os.kill(server.pid, signal.SIGSTOP)
+        send_signal(server.pid, signal.SIGSTOP)
         with contextlib.ExitStack() as waiting:
             fill_backlog(path, waiting)
             assert "is in use already" in refusal(f"ipc://{path}")

@@ -74,7 +74,7 @@ def test_a_node_goes_on_when_members_are_killed_and_stopped(start: Start) -> Non
         three = start()
         share(three, two)
         assert node.set_many(dict.fromkeys(KEYS, 2)) == KEYS[50:]
-        two.process.send_signal(signal.SIGSTOP)
+        two.signal(signal.SIGSTOP)
         try:
             with dstore.Node(f"{two.address},{three.address}", timeout=PATIENCE) as fresh:
                 found = fresh.get_many(KEYS)

@@ -29,6 +29,7 @@ from tests.integration.processes import (
     free_port,
     other_sessions,
     others_left,
+    send_signal,
 )
 from tests.integration.sharing import LEASE, host_folder, host_hits, membership, wait_until
 
@@ -130,7 +131,7 @@ def test_without_their_owner_they_go_on(
         for node in nodes:
             warm(node)
         if ending == "stopped":
-            owner.process.send_signal(signal.SIGSTOP)
+            send_signal(owner.process.pid, signal.SIGSTOP)
         else:
             owner.stop(signal.SIGKILL if ending == "killed" else signal.SIGTERM)
         reads_right(nodes, outside)
@@ -178,7 +179,7 @@ def test_a_stop_shorter_than_the_lease_changes_nothing(there: str, here: str) ->
         node.set("k", SMALL)
         warm(node)
         session = node.stats()["session"]
-        owner.process.send_signal(signal.SIGSTOP)
+        send_signal(owner.process.pid, signal.SIGSTOP)
         assert node.lookup("k").from_local
         owner.process.send_signal(signal.SIGCONT)
         assert node.delete("k").confirmed == 1

@@ -13,6 +13,7 @@ the rules, and what goes wrong without each of them.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -409,10 +410,12 @@ class GlobalState:
     def share(self, page: Page, now: float) -> None:
         """Let the processes of this host use a page, in the session that was opened last.
 
-        When the ownership lease has ended the page is not used: it gets no lease.
+        When the ownership lease has ended the page is not used: it gets no lease, and is void.
         """
         assert self._host is not None
         if self._lapsed(now):
+            with contextlib.suppress(Exception):  # nobody would answer from it anyway
+                page.void()
             return
         self._own.begin(page, now)
 

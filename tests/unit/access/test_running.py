@@ -119,6 +119,7 @@ def test_a_killed_global_is_not_waited_for_and_its_file_is_removed(folder: KeyFo
 def test_a_global_that_stands_still_is_waited_for(folder: KeyFolder) -> None:
     with child_with_report(folder, 1) as pid:
         os.kill(pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, pid, os.WSTOPPED)
         assert [each.process for each in wait_applied(folder, 2, 0.1).missing] == [pid]
         with contextlib.closing(Running.open(folder)):
             assert len(statuses(folder)) == 2

@@ -416,9 +416,12 @@ def test_the_page_of_its_own_host_gets_no_lease_after_the_end_of_the_ownership_l
     world.tick()
     assert page.end == end
     late = FakePage(world)
+    late.end = 1.0  # a page begins without a lease, and is not void yet
     world.state.open_host(world.now, "host")
     world.state.share(late, world.now)
     assert late.end == 0.0
+    stuck = FakePage(world, "void", "renew")
+    world.state.share(stuck, world.now)
     assert world.state.host_lost
     assert page.end == 0.0  # which open_host has voided
 
