@@ -132,9 +132,15 @@ class ClusterSimulation(Course[ClusterScenario]):
         return all(caller.idle for caller in self.callers)
 
     def settle(self) -> None:
-        """End the faults. After some leases all partitions are served, and each key is read."""
+        """End the faults. After some leases all partitions are served, and each key is read.
+
+        No other operation begins: where a Node may use no Global but by a page that nobody owns any
+        more, each would last for its whole timeout.
+        """
         loop = self.loop
         loop.log("!", "no more faults")
+        for caller in self.callers:
+            caller.left = 0
         for member in self.members.values():
             if not any(each.alive and not each.ownership.draining for each in self._others(member)):
                 member.start()
