@@ -139,6 +139,8 @@ class Lifecycle(Hits):
                     self._show()
                     self._check_open()  # a signal handler may have closed it, in this thread
                 except BaseException:  # after Ctrl-C the program may never get this Node
+                    if self._locals.pop(address, None) is not None and not self._locals:
+                        self._dropped.detach()
                     local.abandon()
                     raise
                 self._parents.pop(address, None)

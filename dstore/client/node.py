@@ -25,7 +25,7 @@ from dstore.core.local.membership import Entry
 from dstore.core.local.operations import One
 from dstore.core.local.operations.exchange import Misdirected
 from dstore.core.local.state import LocalState
-from dstore.errors import GlobalUnavailable, NodeClosed, WrongServer
+from dstore.errors import DstoreError, GlobalUnavailable, NodeClosed, WrongServer
 from dstore.protocol import content
 from dstore.protocol.keys import public
 from dstore.protocol.messages import Key, Stored
@@ -107,6 +107,7 @@ class Node(Lifecycle):
     def _get_missed(self, key: str, default: Any) -> Any:
         members, commands, timeout = self._members, self._commands, self._commands.timeout
         attempt, since = timeout, None
+        silent: dict[str, DstoreError] = {}
         if members is None:
             local: Local | None = self._local or self._here()
         else:
@@ -124,25 +125,30 @@ class Node(Lifecycle):
             name = translate.key_name(key)
             if name not in local.state.addresses:  # what is fetched has to be hashed
                 one = self._get_at(local, name, attempt)
-                if one is not None:
+                if isinstance(one, DstoreError):
+                    silent[local.address] = one
+                elif one is not None:
                     answer, cached = one
                     value = answer.value if type(answer) is Entry else answer
                     if value is None or type(value) is Stored or cached:
                         return commands.got(key, default, answer, cached)
                     commands.misses += 1
                     return value
-        return self._do(commands.get(key, default), since)
+        return self._do(commands.get(key, default), since, silent)
 
-    def _get_at(self, local: Local, name: Key, timeout: float) -> One | None:
-        """Read a key at one Global; None if that has to be done in another way, or elsewhere."""
+    def _get_at(self, local: Local, name: Key, timeout: float) -> One | DstoreError | None:
+        """Read a key at one Global; None if that has to be done in another way, or elsewhere.
+
+        Returns the error if that Global, which is one of several, does not answer.
+        """
         try:
             return local.get(name, timeout, self._commands.options)
         except Misdirected:
             return None
-        except (GlobalUnavailable, NodeClosed, WrongServer):  # it may be no member any more
+        except (GlobalUnavailable, NodeClosed, WrongServer) as error:
             if self._members is None:
                 raise
-            return None
+            return error.with_traceback(None)  # it may be no member any more
 
     def _find_on_host(self, local: Local, key: str) -> Any:
         """Return the value that the host cache has for a key, and count a hit, or NOTHING.
@@ -452,10 +458,16 @@ class Node(Lifecycle):
         """
         return self._do(self._commands.ttl(key))
 
-    def _do(self, command: Command[T], since: float | None = None) -> T:
+    def _do(
+        self,
+        command: Command[T],
+        since: float | None = None,
+        silent: Mapping[str, DstoreError] | None = None,
+    ) -> T:
         """Carry out a command in this thread, or in this greenlet while others run.
 
-        ``since`` is when the call has begun, if something of it was done before.
+        If something was tried before, ``since`` is when the call has begun, and ``silent`` are the
+        members that have not answered, with the reasons.
         """
         local = self._local or self._here()
         if self._members is None and green.here() is None:
@@ -467,10 +479,16 @@ class Node(Lifecycle):
                 return result
             result = self._finish(self._become_several().carry_out, command, moved=moved)
         else:
-            result = self._finish(self._conduct, command, since=since)
+            result = self._finish(self._conduct, command, since=since, silent=silent)
         return result
 
-    async def _conduct(self, command: Command[T], way: Way, since: float | None = None) -> T:
+    async def _conduct(
+        self,
+        command: Command[T],
+        way: Way,
+        since: float | None = None,
+        silent: Mapping[str, DstoreError] | None = None,
+    ) -> T:
         """Carry out a command at the Global of this Node, or at the members that have its keys."""
         members, moved = self._members, None
         if members is None:
@@ -479,7 +497,7 @@ class Node(Lifecycle):
             except Misdirected as error:
                 moved = error.with_traceback(None)
                 members = self._become_several()
-        return await members.carry_out(command, way, moved, since)
+        return await members.carry_out(command, way, moved, since, silent)
 
     def _finish(self, begin: Callable[..., Coroutine[Any, Any, T]], *given: Any, **named: Any) -> T:
         """Run a coroutine that takes a way to wait, in this thread or greenlet."""

@@ -222,8 +222,11 @@ class Channel:
         """Send a frame and return the next one: what usually is all that a request takes.
 
         Returns no bytes if none has come within ``EXCHANGE_MS``; then :meth:`receive` goes on.
-        Returns None if Global is not connected.
+        Returns None if Global is not connected. Where the second frame of an earlier reply is still
+        to come, that is for :meth:`receive`, too.
         """
+        if self._first is not None:
+            return b"" if self.send(frame, EXCHANGE_MS / 1000) else None
         client, waits = self._client, self._timeout_ms
         if client.connected_to != client.source.endpoint or (
             client.generation != client.admission.generation

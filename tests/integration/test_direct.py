@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import zmq
 
 import dstore
 from dstore.client.hosts import channels, threads
@@ -14,9 +15,10 @@ from dstore.client.hosts.core import Host
 from dstore.core.local.operations import Delete, Direct, GetMany, GetOne, Store
 from dstore.core.local.steps import Request, StepResult
 from dstore.protocol import wire
-from dstore.protocol.messages import GetReply, SetItem, Stored
+from dstore.protocol.messages import Chunk, GetReply, SetItem, StatsReply, Stored
 from dstore.runtime import clock
 from dstore.transport.channel import Channel
+from tests.integration.processes import PATIENCE
 
 MakeNode = Callable[..., dstore.Node]
 Ask = Callable[[Host, Channel, Request], StepResult]
@@ -493,3 +495,36 @@ def test_a_plain_get_stores_no_value_that_must_not_be_cached(
     monkeypatch.setattr(Channel, "exchange", refused)
     assert one.get("k") == 1
     assert not host_of(one).state.entries
+
+
+def test_a_part_whose_bytes_come_late_is_not_taken_for_a_reply() -> None:
+    """Its second frame comes when the channel is used for the next request."""
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        router.linger = 0
+        port = router.bind_to_random_port("tcp://127.0.0.1")
+        with dstore.Node(f"tcp://127.0.0.1:{port}") as node:
+            channel = host_of(node).link.channels.take()
+            assert channel.send(b"first", PATIENCE)
+            route = _sender_of(router, b"first")
+            part, data = wire.encode(Chunk(1, 2, 3, bytes(16), 0, b"bytes")), b"bytes"
+            router.send_multipart([route, part])
+            while channel._first is None:
+                assert channel.receive(0.1) is None
+            router.send_multipart([route, data])
+            assert channel.exchange(b"second") == b""
+            assert _sender_of(router, b"second") == route
+            router.send_multipart([route, wire.encode(StatsReply(1, 2, 4, {}))])
+            arrived = channel.receive(PATIENCE)
+            assert arrived is not None and arrived[1] is not None
+            assert (arrived[0], bytes(arrived[1])) == (part, data)
+            reply = channel.receive(PATIENCE)
+            assert reply is not None and isinstance(wire.decode_to_local(*reply), StatsReply)
+            host_of(node).link.channels.give_back(channel)
+
+
+def _sender_of(router: zmq.Socket[bytes], frame: bytes) -> bytes:
+    """Take messages until this one comes, and return who has sent it."""
+    while True:
+        route, *frames = router.recv_multipart()
+        if frames == [frame]:
+            return route

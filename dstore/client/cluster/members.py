@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -215,16 +215,18 @@ class Members:
         way: Way,
         moved: Misdirected | None = None,
         since: float | None = None,
+        silent: Mapping[str, DstoreError] | None = None,
     ) -> T:
         """Carry out a command at the members that own its keys.
 
         ``moved`` is what the first attempt has raised, at a Global that turned out to be a member.
-        ``since`` is when the call has begun, by default now.
+        ``since`` is when the call has begun, by default now. ``silent`` are the members that have
+        not answered since then, with the reasons.
         """
         since, keys = clock.now() if since is None else since, command.keys
         address = None if moved is not None else self._owner_to_write_to(command)
         refusing: list[str] = []
-        silent: dict[str, DstoreError] = {}
+        silent = dict(silent or {})
         if address is not None:
             try:
                 with self._using(address) as local:

@@ -264,6 +264,9 @@ class Call(Generic[I]):
                     raise self._unreached(())
                 now = (yield Pause(min(pause, max(0.0, self._deadline - now)))).now
                 pause = min(2 * pause, PAUSE_MAX)
+        if self.reads and self.silent:  # that was the first attempt
+            now = yield from self._learn(now)
+            attempt *= 2
         while left:
             known = self.routes.map
             parts, _ = self.routes.split(left, self.number_of)

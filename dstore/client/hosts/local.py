@@ -68,6 +68,7 @@ class Local:
         cluster: bytes = NO_CLUSTER,
     ) -> None:
         self._settings = settings
+        self.address = settings.address
         self.host = Host(settings, label, on_deletion is not None)
         self.state = self.host.state
         self.state.belong(cluster, clock.now())

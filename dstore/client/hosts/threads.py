@@ -212,7 +212,8 @@ class ThreadHost:
         host, reply = self._host, None
         if arrived is not None and direct.message is not None:
             request = direct.message.request
-            channel.put_back(arrived)
+            if arrived:
+                channel.put_back(arrived)
             reply = receive_reply(host, channel, request, direct.until())
         call = _ThreadCall(host, channel)
         with host.lock:
