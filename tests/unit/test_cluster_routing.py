@@ -173,6 +173,14 @@ def test_a_member_of_another_cluster_counts_as_silent() -> None:
     assert "this program uses the cluster 6f6f6f6f" in text
 
 
+def test_a_read_that_was_tried_before_asks_for_the_map_first() -> None:
+    call = reading(KA)
+    call.silent[A] = SILENT
+    script = Script(call)
+    assert isinstance(script.move, Ask)
+    assert script.reply(a_map(2, lambda _: 2)) == Try({C: [KA]}, 2 * routing.ATTEMPT_FIRST)
+
+
 def test_a_local_that_has_found_another_global_counts_as_silent() -> None:
     script = Script(reading(KA, KB))
     wrong = WrongServer("what answers there is a Global by itself")

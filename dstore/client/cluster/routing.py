@@ -255,6 +255,7 @@ class Call(Generic[I]):
         Raises GlobalUnavailable, which names member and keys, and what an attempt has raised.
         """
         left = dict.fromkeys(self.items)
+        tried = bool(self.silent)
         self._deadline = (now if since is None else since) + self.timeout
         attempt, pause = ATTEMPT_FIRST, PAUSE_FIRST
         while not self.routes.known:
@@ -264,7 +265,7 @@ class Call(Generic[I]):
                     raise self._unreached(())
                 now = (yield Pause(min(pause, max(0.0, self._deadline - now)))).now
                 pause = min(2 * pause, PAUSE_MAX)
-        if self.reads and self.silent:  # that was the first attempt
+        if self.reads and tried:  # the first attempt was before
             now = yield from self._learn(now)
             attempt *= 2
         while left:
