@@ -361,6 +361,42 @@ def test_the_barrier_is_tried_until_it_is_known_to_have_been_passed(
     assert owner.write(bind("l")) == [DONE]
 
 
+def test_what_has_happened_is_read_over_the_connection_of_the_barrier(
+    owner: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another connection may be to a server that was replaced. So there is another barrier."""
+    link = owner.store._links[1]
+    real_apply, real_raise, real_read = writing.apply, writing.raise_fences, writing.took_effect
+    tries: list[str] = []
+
+    def lose(connection: Any) -> None:
+        link.cut()
+        connection.execute("SELECT")
+
+    def apply(connection: Any, fences: writing.Fences, changes: Any) -> list[Outcome]:
+        outcomes = real_apply(connection, fences, changes)
+        lose(connection)
+        return outcomes
+
+    def raise_fences(connection: Any, fences: writing.Fences, attempts: int) -> dict[int, int]:
+        tries.append("raise")
+        return real_raise(connection, fences, attempts)
+
+    def took_effect(connection: Any, changes: Any) -> list[Outcome]:
+        tries.append("read")
+        if tries.count("read") == 1:
+            lose(connection)
+        return real_read(connection, changes)
+
+    monkeypatch.setattr(writing, "apply", apply)
+    monkeypatch.setattr(writing, "raise_fences", raise_fences)
+    monkeypatch.setattr(writing, "took_effect", took_effect)
+    assert owner.write(bind("k")) == [DONE]
+    assert tries == ["raise", "read", "raise", "read"]
+    monkeypatch.undo()
+    assert owner.write(bind("l")) == [DONE]
+
+
 def test_a_doubt_ends_when_the_partition_is_not_owned_any_more(url: str) -> None:
     with owners(url, 2) as (first, second):
         journal = first.store._links[1]

@@ -390,19 +390,30 @@ class PostgresJournal:
         attempts = 0
         while True:
             try:
-                self._attempt(life, partial(self._raise, life, touched, attempts))
-                attempts = 0
-                return self._attempt(life, lambda session: writing.took_effect(session, changes))
+                return self._attempt(
+                    life, partial(self._find_out, life, touched, changes, attempts)
+                )
             except Doubt:
                 attempts += 1
                 self._stopped.wait(RETRY_PAUSE)
 
-    def _raise(self, life: Life, touched: set[int], attempts: int, connection: Connection) -> None:
-        fences = self._fences(life, touched)
-        raised = writing.raise_fences(connection, fences, attempts)
+    def _find_out(
+        self,
+        life: Life,
+        touched: set[int],
+        changes: Sequence[Change],
+        attempts: int,
+        connection: Connection,
+    ) -> list[Outcome]:
+        """Raise the fences, and read which changes have happened, over the same connection.
+
+        Another one may be to a server that was replaced and goes on. It may show what will be lost.
+        """
+        raised = writing.raise_fences(connection, self._fences(life, touched), attempts)
         if self._link.warns:
             raise Doubt
         life.fences.update(raised)
+        return writing.took_effect(connection, changes)
 
     def _repeat(self, life: Life, partition: int, work: Callable[[Connection], None]) -> None:
         """Do what can be done again without harm, until it is known that it was done.
