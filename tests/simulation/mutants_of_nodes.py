@@ -31,8 +31,8 @@ OF_NODES = (
         (
             (
                 "client.node",
-                "        except (GlobalUnavailable, NodeClosed, WrongServer):",
-                "        except (GlobalUnavailable, WrongServer):",
+                "        except (GlobalUnavailable, NodeClosed, WrongServer) as error:",
+                "        except (GlobalUnavailable, WrongServer) as error:",
             ),
         ),
         SEVERAL + "test_a_read_goes_on_if_its_global_leaves_the_cluster_just_now",

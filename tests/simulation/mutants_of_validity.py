@@ -364,6 +364,7 @@ OF_VALIDITY = (
             (
                 CACHE,
                 "        self.clear()\n"
+                "        self.home = None  # Ctrl-C may come before there is another one\n"
                 "        self.entries = {}\n",
                 "        self.shared.clear()\n"
                 "        self._newest = self._oldest = self._hand = None\n"
