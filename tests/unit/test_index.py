@@ -210,7 +210,7 @@ def a_node(caches: Caches) -> Any:
     node._locals = {
         number: SimpleNamespace(state=Present(home)) for number, home in enumerate(homes)
     }
-    node._index = caches.index
+    node._index, node._state, node._hits = caches.index, lifecycle._absent(), 0
     return node
 
 
