@@ -82,7 +82,8 @@ def test_a_global_at_the_address_of_a_member_that_was_killed_takes_no_write(
         rows = {key: one.engine.read(key)}
         one.close()
         engine = stack.enter_context(stranger(one.address))
-        with pytest.raises(dstore.GlobalUnavailable, match=one.address):
+        # A copy may have been sent before the Local notices who is there, and has no answer then.
+        with pytest.raises((dstore.GlobalUnavailable, dstore.OutcomeUnknown)):
             node.set(new, 1)
         state = node._locals[one.address].state
         until(lambda: state.denied is not None, "it has been answered by the other one")
