@@ -88,13 +88,14 @@ class SimLocal(LocalProcess):
 
     def announce(self, effect: Announce) -> None:
         """Check that announced deletions are committed, and that none is left out."""
+        same_epoch = self.state.joined.epoch == self.authority.epoch
         for removal in effect.removals:
             missed = self.authority.deletions[self.announced : removal.seq - 1]
-            told = any(self.identity.sees(key) for key, _ in missed)
+            told = same_epoch and any(self.identity.sees(key) for key, _ in missed)
             if removal.key is not None and (removal.seq <= self.announced or told):
                 self.loop.violation(f"{self.name} announces {removal} after {self.announced}")
             self.announced = removal.seq
-        if self.state.joined.epoch == self.authority.epoch:
+        if same_epoch:
             committed = self.authority.state._invalidations.committed
             if self.announced > committed:
                 self.loop.violation(

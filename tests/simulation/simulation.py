@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dstore.core.authority.identity import Identity
 from dstore.core.authority.stages import STAGE_IDLE
 from dstore.protocol.messages import Ack, Goodbye, Sync
 from tests.history.operations import Operation
@@ -14,7 +15,6 @@ from tests.simulation.course import WRITER_IDLE, WRITER_SILENCE, Course
 from tests.simulation.host import SimHost
 from tests.simulation.hosting import Hosting
 from tests.simulation.invariants import broken, left_over
-from tests.simulation.owners import SimOwner
 from tests.simulation.scenario import Scenario
 
 GUESSES_MAX = 10
@@ -155,15 +155,15 @@ class Simulation(Course[Scenario]):
         gone = self.authority.identities.revoke()
         self.loop.counts["revocations"] += 1
         self.authority.revoke(gone)
+        self.loop.later(2 * self.scenario.lease, self._end_revoked, gone)
+
+    def _end_revoked(self, gone: Identity) -> None:
+        """End the processes of an identity, those included that were forked since."""
         for process in (*self.locals, *self.owners):
             if process.identity is gone and process.alive:
-                self.loop.later(2 * self.scenario.lease, self._end_revoked, process)
-
-    def _end_revoked(self, process: SimLocal | SimOwner) -> None:
-        if process.alive:
-            process.crash()
-            if isinstance(process, SimLocal):
-                self._start_local()
+                process.crash()
+                if isinstance(process, SimLocal):
+                    self._start_local()
 
     def _evict(self) -> None:
         host = self.loop.dice.choice(self.hosts)
