@@ -132,7 +132,7 @@ def test_a_transfer_goes_on_after_its_connection_was_lost(
             proxy.disturb("127.0.0.2", "requests", Rule("cut"))
             proxy.restore("127.0.0.2", "requests")
             assert reader.end() == (SIZE, digest(content_of(SIZE)))
-            assert writer.global_stats()["bytes_out"] < 3 * SIZE  # it did not begin anew each time
+            assert writer.global_stats()["bytes_out"] < 3 * SIZE  # it did not begin again each time
             before = writer.global_stats()["bytes_in"]
             proxy.disturb("127.0.0.2", "requests", SLOW)
             reader.begin("set", "l", content_of(SIZE, 1))

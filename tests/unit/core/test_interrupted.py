@@ -23,7 +23,7 @@ STEPS_MAX = 10_000
 
 
 def test_what_is_stored_in_the_middle_is_no_hit_of_the_former_membership() -> None:
-    """The page that was given up may have a lease for long, and is not told of such an entry."""
+    """The page that was given up may have a lease for long, and learns nothing of such an entry."""
     for step in range(1, STEPS_MAX):
         world = World()
         page = open_page(world)
